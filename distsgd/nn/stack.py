@@ -27,7 +27,7 @@ from distsgd.nn.objective import Objective, Supervised
 
 _CAST_AT_ONCE = 8192
 """Numbers that NumPy casts at once: sums of more are cut there."""
-_BYTES_OF_IMAGES = 8 << 20
+_BYTES_AT_ONCE = 8 << 20
 """About how many bytes of all layers' outputs, and of convolutions' gradients, there are at a time."""
 _OF_VECTORS: tuple[type[Layer], ...] = (Dense, Activation, Flatten)
 
@@ -99,11 +99,12 @@ def _of_images() -> tuple[type[Layer], ...]:
     return Convolution, MaxPooling, AveragePooling, GlobalAveragePooling
 
 
-def most_at_once(objective: Objective, n: int, itemsize: int) -> int | None:
-    """How many microbatches of n examples are computed at once: as many images as the cache takes, with all outputs and
-    the gradients of convolutions, of which each microbatch has its own.
+def most_at_once(objective: Objective, n: int, itemsize: int) -> int:
+    """How many microbatches of n examples are computed at once: as many as the cache takes, with all layers' outputs
+    and the gradients of convolutions, of which each microbatch has its own.
 
-    Larger microbatches gain nothing, and would need more memory.
+    Larger microbatches of images gain nothing, and would need more memory. Those of vectors read the weights once, so
+    their outputs may take as much memory as the parameters.
 
     Parameters
     ----------
@@ -116,20 +117,22 @@ def most_at_once(objective: Objective, n: int, itemsize: int) -> int | None:
 
     Returns
     -------
-    int or None
-        At least 1; None, without a limit, of vectors.
+    int
+        At least 1.
     """
     assert isinstance(objective, Supervised), "a model with a loss"
     assert isinstance(objective.model, Sequential), "of several layers"
-    if len(objective.input_shape) == 1:
-        return None
-    shape, size, gradients = objective.input_shape, 0, 0
+    shape, size, dense, others = objective.input_shape, 0, 0, 0
     for layer in objective.model.layers:
         shape = layer.output_shape(shape)
         size += prod(shape)
-        if not isinstance(layer, Dense):
-            gradients += sum(map(prod, layer.parameter_shapes().values()))
-    return max(1, _BYTES_OF_IMAGES // ((size * n + gradients) * itemsize))
+        parameters = sum(map(prod, layer.parameter_shapes().values()))
+        if isinstance(layer, Dense):
+            dense += parameters
+        else:
+            others += parameters
+    limit = max(_BYTES_AT_ONCE, dense * itemsize if len(objective.input_shape) == 1 else 0)
+    return max(1, limit // ((size * n + others) * itemsize))
 
 
 class Stack:

@@ -103,12 +103,15 @@ class SharedBarrier:
         raised: BaseException | None = None
         try:
             self.count += 1
-            self._own[0] = self.count
-            while not self._have_come():
+            while True:
                 try:
+                    self._own[0] = self.count
+                    if self._have_come():
+                        break
                     self._wait()
                 except BaseException as error:
                     if self._asks:
+                        self._asks = False
                         raise
                     raised = error
         finally:

@@ -178,7 +178,7 @@ class Stacks:
         found = []
         for begin, end in runs(bounds, self._first, self._last):
             length = bounds[begin + 1] - bounds[begin]
-            most = most_at_once(self._objective, length, self._params.flat.itemsize) or end - begin
+            most = most_at_once(self._objective, length, self._params.flat.itemsize)
             for first in range(begin, end, most):
                 last = min(first + most, end)
                 sums = _Sums([places[k] for k in range(first, last)], length, self._memory)

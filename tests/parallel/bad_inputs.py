@@ -93,6 +93,12 @@ OPTIONS: dict[str, Case] = {
     "a trace in no folder": Case("make the folder first", f"{QUICK} --trace nowhere/t.json"),
     "a trace that is a folder": Case("which is a folder", f"{QUICK} --trace t.json", sub_folder("t.json")),
     "a trace that is a pipe": Case("trace: expected the path of a regular file", f"{QUICK} --trace p", pipe("p")),
+    "a trace over another file": Case(
+        "new file or of an earlier trace", f"{QUICK} --trace t.txt", file("t.txt", "mine")
+    ),
+    "a trace of a config over another file": Case(
+        "holds something else", f"{QUICK} {TOML}", toml("trace = 'run.toml'")
+    ),
     "a trace with a long name": Case("File name too long", f"{QUICK} --trace {'a' * 300}"),
     "no such data": Case("there is none", f"--dataset none.npz {QUICK}"),
     "no such test data": Case("there is none", f"--test none.npz {QUICK}"),

@@ -16,7 +16,7 @@ from distsgd.parallel import Communicator, start
 from distsgd.parallel.shared_barrier import SharedBarrier, shared_barrier
 from distsgd.parallel.shared_memory import shared_array
 
-MEETINGS, WIDTH = 3000, 513
+MEETINGS, WIDTH, INTERRUPTIONS = 3000, 513, 400
 LATE = {500: 0.0, 1000: 0.0005, 1500: 0.005, 2000: 0.05}
 """Seconds that one rank comes late, by meeting."""
 
@@ -43,6 +43,30 @@ def interrupted(ranks: Communicator, barrier: SharedBarrier) -> str | None:
     return "not raised" if ranks.is_root and ranks.size > 1 else None
 
 
+def interrupted_early(ranks: Communicator, barrier: SharedBarrier) -> str | None:
+    """The same in the first microseconds, many times; what is raised before the barrier begins is another matter."""
+    arrived, _ = shared_array(ranks, (ranks.size,), np.dtype(np.int64))
+    if ranks.is_root:
+        signal.signal(signal.SIGALRM, too_late)
+    seen = None
+    for meeting in range(1, INTERRUPTIONS + 1 if ranks.size > 1 else 1):
+        time.sleep(0.0005 * (ranks.rank == ranks.size - 1 > 0))
+        arrived[ranks.rank] = meeting
+        before = barrier.count
+        try:
+            if ranks.is_root:
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + meeting % 40))
+            barrier()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except TimeoutError:
+            if barrier.count == before:
+                barrier()
+            elif not (arrived >= meeting).all():
+                seen = f"raised early in meeting {meeting}"
+        barrier()
+    return seen
+
+
 def main() -> None:
     ranks = start()
     barrier = shared_barrier(ranks)
@@ -57,7 +81,7 @@ def main() -> None:
         if not (numbers == meeting).all():
             seen = f"{numbers.min(axis=1)} in meeting {meeting}"
         barrier()
-    seen = interrupted(ranks, barrier) or seen
+    seen = interrupted(ranks, barrier) or interrupted_early(ranks, barrier) or seen
     # A message that needs its sender's help on the way, while that one already waits for its receiver.
     message = np.full(4_000_000, ranks.rank + 1.0)
     if ranks.is_root:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from distsgd.training.profile import RankTrace
 
 _MICROSECONDS = 1e6
+_BEGIN = '{"displayTimeUnit": "ms",\n"otherData": '
+"""What each file begins with, by which an earlier one is known."""
 _COLORS = {
     "compute": "thread_state_running",
     "wait": "thread_state_iowait",
@@ -33,7 +35,7 @@ _COLORS = {
 
 
 def check_trace(given: str) -> None:
-    """Raises ConfigurationError where no file can be written at this path."""
+    """Raises ConfigurationError where no file can be written at this path, or one would be lost that is no trace."""
     path = expanded(given)
     try:
         folder = path.parent.stat().st_mode
@@ -55,6 +57,22 @@ def check_trace(given: str) -> None:
         raise ConfigurationError(
             f"trace: expected a folder to write into, may not write in {path.parent}; give another path"
         )
+    if not _may_be_replaced(path):
+        raise ConfigurationError(
+            f"trace: expected the path of a new file or of an earlier trace, got {given}, which holds something else "
+            "and would be lost; give another path"
+        )
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Whether nothing is there, or a file that `write_trace` wrote, or an empty one."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_BEGIN)) in (b"", _BEGIN.encode())
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def writer_of(given: str | None) -> Callable[[Sequence[RankTrace]], None] | None:
@@ -67,7 +85,7 @@ def write_trace(path: Path, ranks: Sequence[RankTrace]) -> None:
     lines = ",\n".join(json.dumps(event, ensure_ascii=False) for event in events(ranks))
     uncertainty = max(rank.uncertainty for rank in ranks) * _MICROSECONDS
     about = json.dumps({"ranks": len(ranks), "clocks_differ_by_us": round(uncertainty, 3)})
-    text = f'{{"displayTimeUnit": "ms",\n"otherData": {about},\n"traceEvents": [\n{lines}\n]}}\n'
+    text = f'{_BEGIN}{about},\n"traceEvents": [\n{lines}\n]}}\n'
     try:
         write_atomically(path, text.encode("utf-8", "replace"))
     except OSError as error:

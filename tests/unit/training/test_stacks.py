@@ -122,6 +122,21 @@ def test_memory_of_wide_convolutions_of_small_images(stacks: list[int]) -> None:
 
 
 @pytest.mark.skipif(gemm("f") is None, reason="NumPy has another BLAS than OpenBLAS, whose products aren't added")
+def test_memory_of_many_examples_with_few_values() -> None:
+    """A stack has the outputs of all of its microbatches: far more than inputs and parameters, where those are few."""
+    x, y = RNG.random((16_384, 4), dtype=np.float32), RNG.integers(0, 3, 16_384)
+
+    def peak(**options: Any) -> int:
+        tracemalloc.start()
+        bits((x, y), hidden=(256,), microbatches=32, batch_size=16_384, epochs=1, **options)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    alone = peak(on_non_finite="skip")
+    assert peak() < alone + (24 << 20)
+
+
 @pytest.mark.parametrize(("microbatches", "rows"), [(1, 1), (2, 1), (3, 2), (4, 2), (9, 2)])
 def test_rows_of_gradients(microbatches: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A microbatch's gradients are added to those of the one before where they are computed, in pairs; what stays apart
