@@ -19,7 +19,7 @@ TWO_RANKS, TWO_MICROBATCHES = "distsgd, 2 ranks, M=4", "distsgd, 2 ranks, M=2"
 THREADS, THREADS_TWO = "distsgd, 1 process on 2 cores, M=4", "distsgd, 1 process on 2 cores, M=2"
 TORCH, TORCH_TWO, DDP = "PyTorch eager, 1 thread", "PyTorch eager, 2 threads", "PyTorch DDP gloo, 2 processes"
 TORCH_LAST, DDP_LAST = f"{TORCH}, channels last", f"{DDP}, channels last"
-JAX, SKLEARN = "JAX jit, 1 core", "scikit-learn, 1 core"
+JAX, SKLEARN, NUMPY = "JAX jit, 1 core", "scikit-learn, 1 core", "NumPy, written out, 1 core"
 
 OURS: Mapping[str, tuple[int | None, dict[str, Any]]] = {
     ONE: (None, {"microbatches": 1, "cores": 1}),
@@ -32,7 +32,8 @@ OURS: Mapping[str, tuple[int | None, dict[str, Any]]] = {
 """Ranks (None: without mpirun) and settings; `cores` binds the process, `threads` are distsgd's choice if not given."""
 
 PAIRS = (
-    (ONE, TORCH), (FOUR, TORCH), (ONE, JAX), (ONE, SKLEARN), (TWO_RANKS, DDP), (TWO_MICROBATCHES, DDP), (THREADS, DDP),
+    (ONE, TORCH), (FOUR, TORCH), (ONE, JAX), (ONE, SKLEARN), (ONE, NUMPY), (TWO_RANKS, DDP), (TWO_MICROBATCHES, DDP),
+    (THREADS, DDP),
     (ONE, TORCH_LAST), (FOUR, TORCH_LAST), (TWO_RANKS, DDP_LAST), (TWO_MICROBATCHES, DDP_LAST),
     (TWO_RANKS, TORCH_TWO), (FOUR, ONE), (TWO_RANKS, FOUR), (TWO_MICROBATCHES, ONE), (THREADS, TWO_RANKS),
     (THREADS, ONE), (THREADS_TWO, ONE),
@@ -71,6 +72,8 @@ def contenders(name: str, chosen: argparse.Namespace) -> list[Contender]:
             Contender(TORCH_LAST, peer(torch, "torch", "torch_steps", cores=1, threads=1, **last)),
             Contender(DDP_LAST, peer(torch, "torch", "torch_steps", processes=2, threads=1, **last)),
         ]
+    if workload(name).optimizer == "momentum":
+        found.append(job(NUMPY, "numpy_steps", {**shared, "cores": 1}))
     return [
         *found,
         Contender(JAX, peer(jax, "jax", "jax_steps", cores=1)),
