@@ -93,7 +93,7 @@ class Plan:
     device   where this rank's parameters, gradients and state lie
     others   threads of each host that compute beside its ranks, such as those that read examples
     has_equal_shares  whether all ranks compute as nearly the same number of microbatches as can be, in all steps
-    adds_products  whether a worker adds a microbatch's gradient as it computes it, which takes less than writing it
+    adds_products  whether a worker may add a microbatch's gradient as it computes it, which takes less than writing it
     """
 
     partition: Partition
