@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distsgd.core.errors import ConfigurationError, OutputError
-from distsgd.core.files import expanded
+from distsgd.core.files import expanded, open_regular
 from distsgd.core.folders import write_atomically
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def check_trace(given: str) -> None:
 def _may_be_replaced(path: Path) -> bool:
     """Whether nothing is there, or a file that `write_trace` wrote, or an empty one."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(len(_BEGIN)) in (b"", _BEGIN.encode())
     except FileNotFoundError:
         return True

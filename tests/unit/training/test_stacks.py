@@ -121,7 +121,6 @@ def test_memory_of_wide_convolutions_of_small_images(stacks: list[int]) -> None:
     assert stacks
 
 
-@pytest.mark.skipif(gemm("f") is None, reason="NumPy has another BLAS than OpenBLAS, whose products aren't added")
 def test_memory_of_many_examples_with_few_values() -> None:
     """A stack has the outputs of all of its microbatches: far more than inputs and parameters, where those are few."""
     x, y = RNG.random((16_384, 4), dtype=np.float32), RNG.integers(0, 3, 16_384)
@@ -137,6 +136,7 @@ def test_memory_of_many_examples_with_few_values() -> None:
     assert peak() < alone + (24 << 20)
 
 
+@pytest.mark.skipif(gemm("f") is None, reason="NumPy has another BLAS than OpenBLAS, whose products aren't added")
 @pytest.mark.parametrize(("microbatches", "rows"), [(1, 1), (2, 1), (3, 2), (4, 2), (9, 2)])
 def test_rows_of_gradients(microbatches: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A microbatch's gradients are added to those of the one before where they are computed, in pairs; what stays apart
